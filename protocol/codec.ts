@@ -206,7 +206,12 @@ type SchemaTable = Readonly<Record<string, z.ZodType>>
 export function checkMessage<T extends SchemaTable>(table: T, message: Record<string, unknown>): z.infer<T[keyof T]> {
   const { t } = message
   const schema = typeof t === 'string' && Object.hasOwn(table, t) ? table[t] : undefined
-  if (!schema) throw new CodedError('unknown_message', `unknown message ${JSON.stringify(String(t).slice(0, 40))}`)
+  // An object may have a toString that throws, so only a string is ever shown.
+  if (!schema)
+    throw new CodedError(
+      'unknown_message',
+      `unknown message ${typeof t === 'string' ? JSON.stringify(t.slice(0, 40)) : typeof t}`,
+    )
   const parsed = schema.safeParse(message)
   if (!parsed.success) throw new CodedError('bad_message', `${String(t)}: ${describeIssues(parsed.error)}`)
   return parsed.data as z.infer<T[keyof T]>

@@ -20,10 +20,8 @@ export type ExecutionState = (typeof EXECUTION_STATES)[number]
 
 /** States in which bytes may have reached the agent and no end is known. They hold a lane slot. */
 export const SENT_STATES = ['delivered', 'accepted', 'running', 'canceling'] as const
-export type SentState = (typeof SENT_STATES)[number]
 
 export const OPEN_STATES = ['queued', ...SENT_STATES] as const
-export type OpenState = (typeof OPEN_STATES)[number]
 
 export const FINAL_STATES = [
   'succeeded',
@@ -67,9 +65,6 @@ export const TRANSITIONS = {
 
 export type Transition = keyof typeof TRANSITIONS
 
-/** What an execution may be right after its insert: `delivered` when the link is here and the lane free. */
-export const INITIAL_STATES = ['queued', 'delivered', 'rejected', 'expired'] as const
-
 export function mayChange(from: ExecutionState, to: ExecutionState): boolean {
   return Object.values(TRANSITIONS).some(
     (edge) => (edge.from as readonly string[]).includes(from) && (edge.to as readonly string[]).includes(to),
@@ -108,7 +103,7 @@ function commandType(
 const filename = text(128).regex(/^[A-Za-z0-9_][A-Za-z0-9_.-]*\.ya?ml$/, 'a plain file name that ends in .yaml')
 const configHash = z.string().regex(/^[0-9a-f]{64}$/)
 
-export const scanResultSchema = z.object({
+const scanResultSchema = z.object({
   files: z.number(),
   directories: z.number(),
   bytes: z.number(),
@@ -116,7 +111,6 @@ export const scanResultSchema = z.object({
   elapsed_ms: z.number(),
   skipped: counters.optional(),
 })
-export type ScanResult = z.infer<typeof scanResultSchema>
 
 export const BUILT_IN_COMMANDS: readonly CommandType[] = [
   commandType({
