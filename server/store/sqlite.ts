@@ -67,10 +67,19 @@ class Lane {
     })
   }
 
+  /** Finishes what waits, then ends the thread. */
   async close(): Promise<void> {
+    while (this.#queue.length > 0 || this.#inFlight.length > 0) await this.#nextAnswer()
     const exited = new Promise((resolve) => this.#worker.once('exit', resolve))
     this.#worker.postMessage('close')
     await exited
+  }
+
+  #nextAnswer(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#worker.once('message', () => resolve())
+      this.#worker.once('error', () => resolve())
+    })
   }
 
   #schedule(): void {

@@ -1,4 +1,4 @@
-import { statSync } from 'node:fs'
+import { cpSync, statSync } from 'node:fs'
 import path from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { WebSocket } from 'ws'
@@ -153,5 +153,51 @@ describe('a hub and an agent as processes', () => {
     socket.on('error', () => undefined)
     socket.terminate()
     expect(status).toBe(401)
+  })
+
+  it('ends with 0 on SIGTERM, tells its agents, and has everything when it is back', async () => {
+    const before = await command({ type: 'scan', path: '/' })
+    expect(await hub.process.kill('SIGTERM')).toBe(0)
+    const seen = agent.process.output().length
+    hub = await startHub(hub.data, { port: hub.port })
+    await agent.process.line(new RegExp(`^[^]{${seen},}link ready`))
+    const { body } = await hub.call<{ executions: { state: string; result: unknown }[] }>(
+      'GET',
+      `/commands/${before.body.command_id}/executions`,
+    )
+    expect(body.executions).toMatchObject([{ state: 'succeeded', result: before.body.execution.result }])
+    expect((await command({ type: 'scan', path: '/' })).body.execution.state).toBe('succeeded')
+  })
+
+  it('keeps a command for an agent that is away, and fails it at once where it says so', async () => {
+    await agent.process.kill('SIGKILL')
+    await expect
+      .poll(async () => (await hub.call<{ status: string }>('GET', '/agents/nas-07')).body.status)
+      .toBe('offline')
+    const waiting = await hub.call<Answer>('POST', '/agents/nas-07/command', { type: 'scan', path: '/' })
+    const failing = await hub.call<Answer>('POST', '/agents/nas-07/command', {
+      type: 'scan',
+      path: '/',
+      offline: 'fail',
+    })
+    expect([waiting.status, failing.status, failing.body.code]).toEqual([200, 409, 'agent_offline'])
+    agent = await startAgent(hub, 'nas-07', agent.folder)
+    const { body } = await hub.call<{ executions: { state: string }[] }>(
+      'GET',
+      `/commands/${waiting.body.command_id}/executions?wait=20`,
+    )
+    expect(body.executions).toMatchObject([{ state: 'succeeded' }])
+  })
+
+  it('refuses a copy of an agent state that is behind what the hub has confirmed', async () => {
+    const copy = path.join(folder, 'copy')
+    cpSync(agent.folder, copy, { recursive: true })
+    await agent.process.kill('SIGKILL')
+    agent = await startAgent(hub, 'nas-07', agent.folder)
+    const args = ['--hub', hub.url, '--config', path.join(copy, 'agent.yaml')]
+    const clone = start('dist/agent/main.js', args)
+    await clone.line(/will not have this agent: .*clone or was rolled back/)
+    expect(await clone.exited).toBe(3)
+    expect((await command({ type: 'scan', path: '/' })).body.execution.state).toBe('succeeded')
   })
 })
