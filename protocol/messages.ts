@@ -1,4 +1,5 @@
 import { z } from 'zod'
+import { EXECUTION_STATES } from './commands.ts'
 import { agentIdSchema, uuidSchema } from './ids.ts'
 
 /**
@@ -277,5 +278,60 @@ export const commandRequestShape = {
     .optional(),
 } as const
 
+const requestId = z.string().min(1).max(128)
+
+/** Schemas of what a dashboard or a program may say on the operator socket, by `t`. */
+export const operatorToHubSchemas = {
+  run: z.object({
+    t: z.literal('run'),
+    request_id: requestId,
+    ...commandRequestShape,
+    follow: z.boolean().default(false),
+  }),
+  cancel: z
+    .object({
+      t: z.literal('cancel'),
+      request_id: requestId,
+      command_id: uuidSchema.optional(),
+      exec_id: uuidSchema.optional(),
+      force: z.boolean().default(false),
+    })
+    .refine(
+      (m) => (m.command_id === undefined) !== (m.exec_id === undefined),
+      'give command_id or exec_id, and not both',
+    ),
+  ping: z.object({ t: z.literal('ping'), seq: int }),
+} as const
+export type OperatorToHub = Messages<typeof operatorToHubSchemas>
+
 const executionErrorSchema = z.object({ code: z.string(), message: z.string(), may_have_run: z.boolean() })
 export type ExecutionError = z.infer<typeof executionErrorSchema>
+
+const executionBrief = z.object({ exec_id: execId, agent_id: agentIdSchema, state: z.enum(EXECUTION_STATES) })
+
+const hubToOperatorSchemas = {
+  submitted: z.object({
+    t: z.literal('submitted'),
+    request_id: requestId,
+    command_id: uuidSchema,
+    executions: z.array(executionBrief),
+  }),
+  execution: executionBrief.extend({
+    t: z.literal('execution'),
+    command_id: uuidSchema,
+    attempt: int,
+    progress: progressBodySchema.optional(),
+    result: z.unknown().optional(),
+    error: executionErrorSchema.optional(),
+  }),
+  canceled: z.object({ t: z.literal('canceled'), request_id: requestId, executions: z.array(executionBrief) }),
+  pong: z.object({ t: z.literal('pong'), seq: int }),
+  error: z.object({
+    t: z.literal('error'),
+    request_id: z.string().optional(),
+    code: z.string(),
+    message: z.string(),
+    retry_after_s: z.number().optional(),
+  }),
+} as const
+export type HubToOperator = Messages<typeof hubToOperatorSchemas>

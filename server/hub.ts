@@ -5,7 +5,9 @@ import { uuidv7 } from '../protocol/ids.ts'
 import { Access } from './access/access.ts'
 import { createApi } from './api/app.ts'
 import { LocalBus } from './bus/local.ts'
-import { agentSocketRoute } from './carriers/websocket.ts'
+import { framedRoute } from './carriers/framed-socket.ts'
+import { operatorSocket } from './carriers/operator-socket.ts'
+import { agentSocket } from './carriers/websocket.ts'
 import { systemClock } from './clock.ts'
 import { Commands } from './commands/commands.ts'
 import { lockDataFolder, prepareDataFolder, readSecretKey, writePrivate } from './data-folder.ts'
@@ -49,7 +51,9 @@ export async function startHub(
   let draining = false
   const engine = new WebEngine()
   logger.info({ engine: engine.why }, 'web engine')
-  engine.socket(agentSocketRoute({ acceptor: gateway, authenticate: (bearer) => access.agentOf(bearer), clock }))
+  const authenticate = (bearer: string | undefined) => access.agentOf(bearer)
+  engine.socket(framedRoute(agentSocket({ acceptor: gateway, authenticate, clock })))
+  engine.socket(framedRoute(operatorSocket({ ...parts, access, commands })))
   engine.http('/*', honoHandler(createApi({ ...parts, access, commands, draining: () => draining })))
   const port = await engine.listen(settings.host, settings.port)
 

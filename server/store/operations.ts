@@ -11,6 +11,7 @@ export const READS = {
   getCommand: commands.getCommand,
   listCommands: commands.listCommands,
   listExecutions: commands.listExecutions,
+  getExecution: commands.getExecution,
   findToken: access.findToken,
   listTokens: access.listTokens,
   listEnrollments: access.listEnrollments,

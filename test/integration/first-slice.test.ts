@@ -155,6 +155,32 @@ describe('a hub and an agent as processes', () => {
     expect(status).toBe(401)
   })
 
+  it('runs a command on the operator socket and follows it to its end', async () => {
+    const socket = new WebSocket(`${hub.url.replace('http', 'ws')}/api/v1/operator/socket`, 'fusion-hub.v1.json', {
+      headers: { authorization: `Bearer ${hub.token}` },
+    })
+    const heard: Record<string, unknown>[] = []
+    const ended = new Promise<void>((resolve, reject) => {
+      socket.on('error', reject)
+      socket.on('message', (data) => {
+        const message = JSON.parse(String(data)) as Record<string, unknown>
+        heard.push(message)
+        if (message.t === 'error') reject(new Error(String(message.message)))
+        if (message.t === 'execution' && message.state === 'succeeded') resolve()
+      })
+      socket.on('open', () => {
+        const targets = { selector: 'site=berlin' }
+        socket.send(
+          JSON.stringify({ t: 'run', request_id: 'r1', type: 'scan', args: { path: '/' }, targets, follow: true }),
+        )
+      })
+    })
+    await ended
+    socket.terminate()
+    expect(heard[0]).toMatchObject({ t: 'submitted', request_id: 'r1', executions: [{ agent_id: 'nas-07' }] })
+    expect(heard.at(-1)).toMatchObject({ t: 'execution', state: 'succeeded', result: { files: 2 } })
+  })
+
   it('ends with 0 on SIGTERM, tells its agents, and has everything when it is back', async () => {
     const before = await command({ type: 'scan', path: '/' })
     expect(await hub.process.kill('SIGTERM')).toBe(0)

@@ -528,3 +528,10 @@ export async function listExecutions(tx: Tx, args: { command_id: string }): Prom
     db.selectFrom('executions').selectAll().where('command_id', '=', args.command_id).orderBy('exec_id'),
   )
 }
+
+export async function getExecution(tx: Tx, args: { exec_id: string }): Promise<ExecutionRow | undefined> {
+  const [row] = await run(tx.connection, (db) =>
+    db.selectFrom('executions').selectAll().where('exec_id', '=', args.exec_id),
+  )
+  return row
+}
