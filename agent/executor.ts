@@ -29,6 +29,8 @@ export class Executor {
   readonly #parts: ExecutorParts
   readonly #waiting: AcceptedCommand[] = []
   readonly #running = new Map<string, Running>()
+  /** Cancels whose record is on its way to disk: bytes of those commands must not run meanwhile (R8). */
+  readonly #cancelling = new Set<string>()
   readonly #laneUse: Record<Lane, number> = { control: 0, work: 0 }
 
   constructor(parts: ExecutorParts) {
@@ -60,6 +62,7 @@ export class Executor {
   /** `lateMs` is how long after its start-by time the command arrived (R10); below 0 it is in time. */
   async receive(command: Command, lateMs: number): Promise<void> {
     const { ledger, send } = this.#parts
+    if (this.#cancelling.has(command.exec_id)) return
     const known = ledger.get(command.exec_id)
     if (known) {
       if (known.outcome) send({ t: 'result', exec_id: command.exec_id, ...known.outcome })
@@ -87,6 +90,7 @@ export class Executor {
       })
       return
     }
+    if (this.#cancelling.has(exec_id) || ledger.get(exec_id)?.outcome) return
     send({ t: 'accepted', exec_id })
     this.#waiting.push(accepted)
     this.#pump()
@@ -124,8 +128,9 @@ export class Executor {
     if (at >= 0) this.#waiting.splice(at, 1)
     const outcome = makeOutcome({ status: 'cancelled' })
     // R8: the answer goes out only when late bytes of that command can no longer run.
-    if (entry) await ledger.done(exec_id, outcome)
-    else await ledger.tombstone(exec_id, seq, outcome)
+    this.#cancelling.add(exec_id)
+    const written = entry ? ledger.done(exec_id, outcome) : ledger.tombstone(exec_id, seq, outcome)
+    await written.finally(() => this.#cancelling.delete(exec_id))
     send({ t: 'cancel_reply', exec_id, cancel_no, outcome: 'agreed' })
     send({ t: 'result', exec_id, ...outcome })
   }
