@@ -105,10 +105,6 @@ class LinkSession implements LinkListener {
     this.link.close(reason, text)
   }
 
-  garbled(message: string): void {
-    this.#refuse(new CodedError('bad_frame', message), 'bad_message')
-  }
-
   /** The epoch it was given; a link that has none yet is newer than all. */
   epoch(): number {
     if (this.#stage.at === 'ready') return this.#stage.live.linkEpoch

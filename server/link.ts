@@ -25,8 +25,6 @@ export interface AgentLink {
 export interface LinkListener {
   /** One decoded frame. Never throws: what is wrong with a message is answered on the link. */
   receive(messages: readonly Record<string, unknown>[]): void
-  /** Bytes that are no frame. */
-  garbled(message: string): void
   closed(code: number, reason: string): void
 }
 

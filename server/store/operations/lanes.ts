@@ -2,7 +2,7 @@ import {
   type FinalState,
   LANES,
   type Lane,
-  SENT_STATES,
+  OPEN_STATES,
   TRANSITIONS,
   type Transition,
 } from '../../../protocol/commands.ts'
@@ -53,7 +53,7 @@ const laneRows = prepare<{ agent_id: string; lane: Lane }>()((db, bind) =>
     .select(['state', 'slot'])
     .where('agent_id', '=', bind('agent_id'))
     .where('lane', '=', bind('lane'))
-    .where('state', 'in', ['queued', 'delivered', 'accepted', 'running', 'canceling']),
+    .where('state', 'in', OPEN_STATES),
 )
 
 /** The slot that a new execution may take at once, or null where it has to queue behind others (R11). */
@@ -75,7 +75,7 @@ export async function claimQueued(
       .selectFrom('executions')
       .selectAll()
       .where('agent_id', '=', link.agent_id)
-      .where('state', 'in', ['queued', 'delivered', 'accepted', 'running', 'canceling'])
+      .where('state', 'in', OPEN_STATES)
       .orderBy('seq')
       .limit(LIMITS.claimLookahead),
   )
@@ -182,7 +182,7 @@ export async function floorOf(tx: Tx, agentId: string): Promise<number> {
       .selectFrom('executions')
       .select((eb) => eb.fn.min('seq').as('seq'))
       .where('agent_id', '=', agentId)
-      .where('state', 'in', ['queued', ...SENT_STATES]),
+      .where('state', 'in', OPEN_STATES),
   )
   if (lowest && lowest.seq !== null) return Number(lowest.seq)
   const [agent] = await run(tx.connection, (db) =>
